@@ -211,6 +211,38 @@ fn readers_are_waited_for() {
     repo.verify();
 }
 
+/// Who moved an archive away as the error said, into a folder beside, heard the same error again: each folder of a guest that
+/// holds an archive is a disk, and must be, as its manifests may all be lost.
+#[test]
+fn an_archive_that_no_manifest_names_is_moved_out_of_the_guests_folder() {
+    let lab = Lab::new();
+    let repo = Repo::init(lab.path("repo"));
+    let (_, points) = nights(&lab, &repo, "raw", &["--format", "raw"], 4);
+    let last = &points[3].0;
+    std::fs::remove_file(repo.path.join(format!("disk/points/{last}.json"))).unwrap();
+    let merge = || repo.run(args!["merge", range(&points[0], &points[1])]);
+    let stray = || {
+        let files = repo.archives();
+        let stray = files.into_iter().find(|path| path.to_string_lossy().contains(last.as_str()));
+        repo.path.join(stray.unwrap())
+    };
+    let advice = format!(
+        "move the archive out of the guest's folder, {}\n",
+        repo.path.join("disk").display()
+    );
+    assert!(merge().fails_with(4).contains(&advice));
+    let beside = repo.path.join("disk/away");
+    std::fs::create_dir(&beside).unwrap();
+    let moved = beside.join(stray().file_name().unwrap());
+    std::fs::rename(stray(), &moved).unwrap();
+    assert!(merge().fails_with(4).contains(&advice));
+    std::fs::rename(&moved, lab.path("moved")).unwrap();
+    merge().ok();
+    for (id, expected) in &points[1..3] {
+        repo.assert_restores_raw(&lab, &format!("disk@{id}"), expected);
+    }
+}
+
 /// What other points need stays, and what is pinned.
 #[test]
 fn what_is_needed_or_pinned_stays() {

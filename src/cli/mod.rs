@@ -45,6 +45,9 @@ use screen::Screen;
 
 /// Runs the program; what it returns is its exit status.
 pub fn main() -> ExitCode {
+    // First of all: otherwise OpenSSL frees what it has while the process ends, and threads of ours that nobody waits for
+    // may just be using that.
+    openssl::init();
     let (cli, matches) = match parse() {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() && is_for_nagios() => return unknown(&error.to_string()),

@@ -255,6 +255,11 @@ fn a_guest_is_found_by_the_names_that_libvirt_has_for_it() {
         assert_eq!(said.status, 6, "{typed}");
         assert!(said.stderr.contains(&format!("did you mean {meant}?")), "{}", said.stderr);
     }
+    // A guest of which nothing is left but its folder was said to be meant by its own name.
+    std::fs::create_dir(shelf.path().join("gone")).unwrap();
+    let gone = shelf.points(&["gone"], "80");
+    assert_eq!(gone.status, 6);
+    assert!(gone.stderr.contains("no disk in it") && !gone.stderr.contains("did you mean"));
     let far = shelf.points(&["mail"], "80");
     assert_eq!(far.status, 6);
     assert!(!far.stderr.contains("did you mean"), "{}", far.stderr);

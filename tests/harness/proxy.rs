@@ -20,6 +20,8 @@ pub enum Fate {
     Throttle,
     /// The answer is `404`, and says nothing else: of something in front of the store.
     Missing,
+    /// The answer is that the credentials may not do it.
+    Denied,
     /// The answer is that the credentials have ended.
     Expired,
     /// The answer says that it was done, and nothing is passed on.
@@ -244,7 +246,7 @@ fn serve(
                 kill(id);
                 break;
             }
-            Fate::Throttle | Fate::Expired | Fate::Nod | Fate::Missing => {
+            Fate::Throttle | Fate::Denied | Fate::Expired | Fate::Nod | Fate::Missing => {
                 if answer_of(fate).write(&mut to_client).is_err() {
                     break;
                 }
@@ -340,6 +342,7 @@ fn dated(page: &str, by: i64) -> String {
 /// What the proxy answers in the store's place.
 fn answer_of(fate: Fate) -> Message {
     let (status, code) = match fate {
+        Fate::Denied => ("403 Forbidden", "AccessDenied"),
         Fate::Expired => ("400 Bad Request", "ExpiredToken"),
         Fate::Nod => ("200 OK", ""),
         Fate::Missing => ("404 Not Found", ""),

@@ -332,10 +332,15 @@ fn without_a_date_a_change_ends_by_the_clock_of_the_store() {
 
 /// Somebody of another host leaves a lock.
 pub(super) fn leave_lock(place: &str, lock: &str, lease: u64) {
+    leave_lock_of("vm", place, lock, lease);
+}
+
+/// The same in the folder of any guest.
+pub(super) fn leave_lock_of(guest: &str, place: &str, lock: &str, lease: u64) {
     let text = format!(
         r#"{{"owner":"aa","holder":"process 7 on other","process":{{"boot":"b","namespace":"n","id":7,"began":"5"}},"renewals":3,"lease":{lease}}}"#
     );
-    ask("PUT", &format!("/{BUCKET}/{place}/vm/{lock}"), args!["--data-binary", text]).ok();
+    ask("PUT", &format!("/{BUCKET}/{place}/{guest}/{lock}"), args!["--data-binary", text]).ok();
 }
 
 /// A lock whose age the clocks did not tell was never watched: one that was left was somebody's for ever.

@@ -10,6 +10,7 @@ mod lists;
 mod lock_renewals;
 mod locks;
 mod object_locks;
+mod readers;
 mod requests;
 mod serving;
 mod stolen;

@@ -23,7 +23,7 @@ use crate::harness::{args, qdelta};
 /// What a wait says that begins.
 const SAID: &str = "seems to be left";
 /// Longer than any test may take, and not longer than a host watches a lock.
-const LONG: u64 = 600;
+pub(super) const LONG: u64 = 600;
 
 /// Starts a command, asks it to stop as soon as it waits, and gives its status and the rest of what it said.
 fn stopped(repo: &Repo, arguments: Vec<OsString>) -> (Option<i32>, String) {
@@ -42,7 +42,7 @@ pub(super) fn stopped_at(command: &mut Command, said_first: &str) -> (Option<i32
 }
 
 /// The locks of the guest.
-fn locks(guest: &Guest) -> Vec<String> {
+pub(super) fn locks(guest: &Guest) -> Vec<String> {
     let all = host(endpoint(), &guest.place, 60).list(&Name::top().join("vm")).unwrap();
     all.into_iter().map(|it| it.name).filter(|name| name.starts_with('.')).collect()
 }
@@ -112,8 +112,8 @@ fn a_wait_stands_in_the_result() {
 
 /// What an observer hears of a wait.
 #[derive(Default)]
-struct Heard {
-    warnings: Mutex<Vec<String>>,
+pub(super) struct Heard {
+    pub warnings: Mutex<Vec<String>>,
     steps: Mutex<Vec<(&'static str, u64)>>,
     cancel: Option<Cancel>,
 }

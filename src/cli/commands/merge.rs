@@ -1,6 +1,7 @@
 //! `qdelta merge`: points become part of a later one.
 
 use qdelta::Result;
+use qdelta::base::warning::Code;
 use qdelta::flows::merge::{self, MergeOptions, MergeRequest};
 use qdelta::flows::report::MergeReport;
 
@@ -63,6 +64,12 @@ fn show(report: &MergeReport, context: &mut Context) -> Result<()> {
     match (report.dry_run, report.waiting) {
         (true, _) => out.line(format!("would free {freed}")),
         (false, false) => out.line(format!("freed {freed}, {took}")),
+        // A warning has said why.
+        (false, true) if report.warnings.iter().any(|it| it.code == Code::NotMerged) => {
+            out.line(format!(
+                "will free {freed}, {took}: what was replaced is still there, and the next merge or prune removes it"
+            ))
+        }
         (false, true) => out.line(format!(
             "will free {freed}, {took}: the points are being read, and the next merge removes what \
              was replaced"

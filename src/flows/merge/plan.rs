@@ -77,9 +77,13 @@ impl Family {
             if let Some((archive, _)) = catalog.strays(&id)?.first() {
                 let path = catalog.repository().describe(archive);
                 let text = format!("no manifest names the archive {}", path.display());
+                let folder = path.ancestors().nth(2).unwrap_or(&path);
                 return Err(Error::new(ErrorKind::Damaged, text)
                     .within("what builds on the points that would go can't be told")
-                    .advise("bring its manifest back, or move the archive away"));
+                    .advise(format!(
+                        "bring its manifest back, or move the archive out of the guest's folder, {}",
+                        folder.display()
+                    )));
             }
         }
         Ok(family)

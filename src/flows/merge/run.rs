@@ -365,10 +365,8 @@ pub fn tidy(
     observer: &dyn Observer,
     cancel: &Cancel,
 ) -> Result<Option<Removed>> {
-    let clearance = match repository.clear(lock, Wait::by(observer, cancel)) {
-        Ok(clearance) => clearance,
-        Err(error) if error.kind() == ErrorKind::Busy => return Ok(None),
-        Err(error) => return Err(error),
+    let Some(clearance) = repository.clear(lock, Wait::by(observer, cancel))? else {
+        return Ok(None);
     };
     repository.remove_replaced(lock, &clearance, cancel).map(Some)
 }

@@ -11,6 +11,7 @@ mod patience;
 mod server;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ use crate::vault::point::OpenPoints;
 use crate::vault::repository::{DiskAt, DiskId, PointId, Repository};
 use attach::Attached;
 use listing::Lister;
-use server::Server;
+use server::{Server, Serving};
 
 /// How long somebody who reads a file waits for the repository before the read is an error.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,6 +34,8 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(100);
 /// How long reads that are being answered get when a mount ends.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long it may take from then on to give back the locks: a lock in a store outlives the program that has it.
+const GIVING_BACK: Duration = Duration::from_secs(5);
 
 /// What to show, and where.
 #[derive(Debug, Clone)]
@@ -50,6 +53,7 @@ pub struct MountRequest {
 pub struct Mount {
     attached: Attached,
     session: Option<fuser::BackgroundSession>,
+    serving: Arc<Serving>,
     warnings: Receiver<Warning>,
     report: MountReport,
 }
@@ -73,13 +77,14 @@ impl Mount {
         let (told, warnings) = mpsc::sync_channel(64);
         let points = OpenPoints::new(repository.clone(), cancel);
         let server = Server::new(points, lister, request.patience, told, cancel);
+        let serving = server.serving();
         // The kernel lets nobody in but who has mounted it; it asks on behalf of others, too.
         let session = Session::from_fd(server, device, SessionACL::All, Config::default());
         let session = session.and_then(Session::spawn).map_err(|error| {
             let _ = attached.detach();
             Error::io("serve", attached.folder(), error)
         })?;
-        Ok(Self { attached, session: Some(session), warnings, report })
+        Ok(Self { attached, session: Some(session), serving, warnings, report })
     }
 
     /// What is shown.
@@ -126,20 +131,18 @@ impl Mount {
     }
 
     fn unmount(&mut self) -> Result<()> {
-        if self.is_over() {
-            // Somebody else has unmounted it: what is mounted there now is none of ours.
-            self.session = None;
-            return Ok(());
-        }
-        let detached = self.attached.detach();
+        let Some(session) = self.session.take() else { return Ok(()) };
+        self.serving.close();
+        let is_over = || session.guard.is_finished();
+        // Where somebody else has unmounted it, what is mounted there now is none of ours.
+        let detached = if is_over() { Ok(()) } else { self.attached.detach() };
         let started = Instant::now();
-        while !self.is_over() && started.elapsed() < FAREWELL {
+        while !is_over() && started.elapsed() < FAREWELL {
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.serving.end(GIVING_BACK);
         // Somebody else may have been faster.
-        let is_over = self.is_over();
-        self.session = None;
-        if is_over { Ok(()) } else { detached }
+        if is_over() { Ok(()) } else { detached }
     }
 }
 

@@ -32,6 +32,18 @@ impl Node {
         !matches!(self, Self::Point(..) | Self::Volume(..))
     }
 
+    /// The guest whose it is; none of the mount itself.
+    pub fn guest(&self) -> Option<&DomainName> {
+        match self {
+            Self::Top => None,
+            Self::Guest(guest) => Some(guest),
+            Self::Disk(disk)
+            | Self::Point(disk, _)
+            | Self::Volumes(disk, _)
+            | Self::Volume(disk, ..) => Some(&disk.domain),
+        }
+    }
+
     /// When it was made.
     pub fn time(&self) -> Option<SystemTime> {
         match self {

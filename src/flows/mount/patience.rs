@@ -1,5 +1,6 @@
 //! Work that may never end, done by threads that nobody waits for longer than a while: a repository on a
-//! server that is gone can hold a read for ever, and whoever asked gets an answer all the same.
+//! server that is gone can hold a read for ever, and whoever asked gets an answer all the same. At the end they are
+//! waited for, though not for ever: a thread that goes on while the program ends may just be taking a lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ struct Shared {
     state: Mutex<State>,
     /// There is work, or none will come any more.
     work: Condvar,
-    /// No work will come any more.
+    /// No work will come any more, or a thread has ended since.
     over: Condvar,
 }
 
@@ -88,17 +89,34 @@ impl Workers {
         self.shared.hire(&mut state);
         self.shared.work.notify_one();
     }
+
+    /// Does what was asked for, and waits for the threads to end, for so long at most; whether all have.
+    pub fn end(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        self.shared.end();
+        let mut state = locked(&self.shared.state);
+        while state.threads > 0 {
+            let Some(left) = end.checked_duration_since(Instant::now()) else { return false };
+            let waited = self.shared.over.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
 }
 
 impl Drop for Workers {
     fn drop(&mut self) {
-        locked(&self.shared.state).is_over = true;
-        self.shared.work.notify_all();
-        self.shared.over.notify_all();
+        self.shared.end();
     }
 }
 
 impl Shared {
+    fn end(&self) {
+        locked(&self.state).is_over = true;
+        self.work.notify_all();
+        self.over.notify_all();
+    }
+
     /// Starts a thread if work waits and all that are there may be busy.
     fn hire(self: &Arc<Self>, state: &mut State) {
         let wanted = (THREADS + state.stuck).min(THREADS_MAX);
@@ -115,8 +133,10 @@ impl Shared {
     fn work(&self) {
         let mut state = locked(&self.state);
         loop {
-            if state.is_over || state.threads > THREADS + state.stuck {
+            let is_done = state.is_over && state.queue.is_empty();
+            if is_done || state.threads > THREADS + state.stuck {
                 state.threads -= 1;
+                self.over.notify_all();
                 return;
             }
             let Some((since, job)) = state.queue.pop_front() else {
@@ -138,7 +158,7 @@ impl Shared {
     /// Gives up what takes too long.
     fn watch(self: Arc<Self>) {
         let mut state = locked(&self.state);
-        while !state.is_over {
+        while !state.is_over || state.threads > 0 {
             let now = Instant::now();
             let is_late = |since: Instant| now.saturating_duration_since(since) >= self.patience;
             let mut late: Vec<Step> = Vec::new();
@@ -172,6 +192,23 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    /// A thread that was just taking a lock in a store was left to itself, and the lock stayed.
+    #[test]
+    fn the_end_waits_for_what_is_being_done_though_not_for_ever() {
+        let workers = Workers::new(Duration::from_secs(60));
+        let (answers, told) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        let after = answers.clone();
+        workers.ask(answers, move || gate.recv().is_ok(), |to, done| to.send(done).unwrap());
+        assert!(!workers.end(Duration::from_millis(1)));
+        workers.ask(after, || false, |to, done| to.send(done).unwrap());
+        release.send(()).unwrap();
+        assert!(workers.end(Duration::from_secs(60)));
+        let mut done: Vec<_> = told.try_iter().collect();
+        done.sort_unstable();
+        assert_eq!(done, [Some(false), Some(true)]);
+    }
 
     /// Work that never ends held up everything that was asked for after it.
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::fmt;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,7 +37,11 @@ const SURVEYS_MAX: usize = 64;
 const AHEAD: u32 = 1 << 20;
 
 /// The mount's side of the kernel's filesystem.
-pub(super) struct Server {
+pub(super) struct Server(Arc<Serving>);
+
+/// What serves the mount. Who ends the mount has it, too: as long as somebody has a file open, the kernel may go on to
+/// ask.
+pub(super) struct Serving {
     workers: Workers,
     state: Arc<State>,
 }
@@ -107,7 +112,36 @@ impl Server {
             cancel: cancel.clone(),
             owner: ids,
         };
-        Self { workers: Workers::new(patience), state: Arc::new(state) }
+        Self(Arc::new(Serving { workers: Workers::new(patience), state: Arc::new(state) }))
+    }
+
+    /// What ends it.
+    pub fn serving(&self) -> Arc<Serving> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
+}
+
+impl Serving {
+    /// Opens nothing any more.
+    pub fn close(&self) {
+        self.state.points.close();
+    }
+
+    /// Closes what is open, and gives all locks back: of what is being read when that is done, though not endlessly.
+    pub fn end(&self, limit: Duration) {
+        self.close();
+        let state = Arc::clone(&self.state);
+        // A thread of theirs: where locks lie, somebody may not answer.
+        self.workers.ask((), move || state.close(), |(), _| ());
+        if !self.workers.end(limit) {
+            tracing::debug!("something is still being read");
+        }
     }
 
     /// Lets a thread answer.
@@ -123,8 +157,7 @@ impl Server {
             reply,
             move || work(&state),
             move |reply, done| {
-                let late = || Error::new(ErrorKind::Io, "the repository does not answer");
-                let done = done.unwrap_or_else(|| Err(late()));
+                let done = done.unwrap_or_else(|| Err(told.late(number)));
                 let done = done.map_err(|error| told.failed(number, &error));
                 answer(reply, &told, done);
             },
@@ -147,6 +180,25 @@ impl Observer for Teller {
 impl State {
     fn wait(&self) -> Wait<'_> {
         Wait::by(&self.warnings, &self.cancel)
+    }
+
+    /// Closes all files.
+    fn close(&self) {
+        let files = std::mem::take(&mut locked(&self.files).open);
+        drop(files);
+    }
+
+    /// Why a file could not be read in time.
+    fn late(&self, number: u64) -> Error {
+        let known = self.known(number);
+        let guest = known.as_ref().and_then(|known| known.node.guest());
+        match guest.and_then(|guest| self.points.waits_for(guest)) {
+            Some(why) => {
+                Error::new(ErrorKind::Busy, "it is not clear yet whether points are being removed")
+                    .because(why)
+            }
+            None => Error::new(ErrorKind::Io, "the repository does not answer"),
+        }
     }
 
     /// What the kernel is told of a failure; people are told the rest.
@@ -395,12 +447,12 @@ impl Filesystem for Server {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (Some(folder), Some(name)) = (self.state.known(parent.0), name.to_str()) else {
+        let (Some(folder), Some(name)) = (self.0.state.known(parent.0), name.to_str()) else {
             return reply.error(Errno::ENOENT);
         };
         let Node::Volumes(disk, point) = folder.node else {
-            return match self.state.child(&folder.node, name) {
-                Some(node) => self.state.entry(node, reply),
+            return match self.0.state.child(&folder.node, name) {
+                Some(node) => self.0.state.entry(node, reply),
                 None => reply.error(Errno::ENOENT),
             };
         };
@@ -412,7 +464,7 @@ impl Filesystem for Server {
                 state.number_of(Node::Volume(disk, point, file), volume.size)
             }))
         };
-        self.ask(parent.0, reply, find, |reply, state, found| match found {
+        self.0.ask(parent.0, reply, find, |reply, state, found| match found {
             Ok(Some(number)) => state.reply_entry(number, reply),
             Ok(None) => reply.error(Errno::ENOENT),
             Err(error) => reply.error(error),
@@ -420,14 +472,14 @@ impl Filesystem for Server {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let Some(known) = self.state.known(number.0) else { return reply.error(Errno::ENOENT) };
+        let Some(known) = self.0.state.known(number.0) else { return reply.error(Errno::ENOENT) };
         let open = || {
-            let files = locked(&self.state.files);
+            let files = locked(&self.0.state.files);
             files.open.values().find(|open| open.number == number.0).cloned()
         };
         let wanted = !known.is_exact && !known.node.is_folder();
         let Some(open) = wanted.then(open).flatten() else {
-            let (attributes, ttl) = self.state.attributes(number.0, &known);
+            let (attributes, ttl) = self.0.state.attributes(number.0, &known);
             return reply.attr(&ttl, &attributes);
         };
         let count = move |state: &State| {
@@ -435,7 +487,7 @@ impl Filesystem for Server {
             locked(&state.numbers).learn(open.number, data);
             Ok(())
         };
-        self.ask(number.0, reply, count, move |reply, state, _| {
+        self.0.ask(number.0, reply, count, move |reply, state, _| {
             let known = state.known(number.0).unwrap_or(known);
             let (attributes, ttl) = state.attributes(number.0, &known);
             reply.attr(&ttl, &attributes);
@@ -447,7 +499,7 @@ impl Filesystem for Server {
             let open = Arc::new(state.open(number.0)?);
             Ok(locked(&state.files).add(open))
         };
-        self.ask(number.0, reply, open, |reply, _, opened| match opened {
+        self.0.ask(number.0, reply, open, |reply, _, opened| match opened {
             Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(error),
         });
@@ -465,7 +517,7 @@ impl Filesystem for Server {
         reply: ReplyData,
     ) {
         let read = move |state: &State| state.file(handle)?.read(offset, size as usize);
-        self.ask(number.0, reply, read, |reply, _, bytes| match bytes {
+        self.0.ask(number.0, reply, read, |reply, _, bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(error),
         });
@@ -488,7 +540,7 @@ impl Filesystem for Server {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         let seek = move |state: &State| state.file(handle)?.seek(offset, sought);
-        self.ask(number.0, reply, seek, |reply, _, found| match found {
+        self.0.ask(number.0, reply, seek, |reply, _, found| match found {
             Ok(found) => match found.and_then(|place| i64::try_from(place).ok()) {
                 Some(place) => reply.offset(place),
                 None => reply.error(Errno::ENXIO),
@@ -507,18 +559,18 @@ impl Filesystem for Server {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        let closed = locked(&self.state.files).open.remove(&handle.0);
+        let closed = locked(&self.0.state.files).open.remove(&handle.0);
         drop(closed);
         reply.ok();
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let Some(known) = self.state.known(number.0) else { return reply.error(Errno::ENOENT) };
+        let Some(known) = self.0.state.known(number.0) else { return reply.error(Errno::ENOENT) };
         let list = move |state: &State| {
             let entries = state.entries(&known.node)?;
             Ok(locked(&state.folders).add(entries.into()))
         };
-        self.ask(number.0, reply, list, |reply, _, opened| match opened {
+        self.0.ask(number.0, reply, list, |reply, _, opened| match opened {
             Ok(handle) => reply.opened(handle, FopenFlags::empty()),
             Err(error) => reply.error(error),
         });
@@ -532,7 +584,7 @@ impl Filesystem for Server {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let entries = locked(&self.state.folders).open.get(&handle.0).cloned();
+        let entries = locked(&self.0.state.folders).open.get(&handle.0).cloned();
         let Some(entries) = entries else { return reply.error(Errno::EIO) };
         let dots = [(number.0, true, "."), (number.0, true, "..")];
         let rest = entries.iter().map(|entry| (entry.number, entry.is_folder, entry.name.as_str()));
@@ -557,12 +609,12 @@ impl Filesystem for Server {
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        locked(&self.state.folders).open.remove(&handle.0);
+        locked(&self.0.state.folders).open.remove(&handle.0);
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        let guests = self.state.lister.guests();
+        let guests = self.0.state.lister.guests();
         let all = guests.values().flat_map(|disks| disks.values()).flat_map(|it| it.values());
         let (files, data) =
             all.fold((0, 0_u64), |(files, data), it| (files + 1, data.saturating_add(it.data_max)));

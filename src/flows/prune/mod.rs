@@ -411,12 +411,11 @@ impl Pruner<'_> {
     }
 
     fn remove_machine_files(&self, lock: &DomainLock) -> Result<u64> {
-        match self.repository.clear(lock, self.wait()) {
-            Ok(clearance) => {
+        match self.repository.clear(lock, self.wait())? {
+            Some(clearance) => {
                 self.repository.remove_unnamed_machine_files(lock, &clearance, self.cancel)
             }
-            Err(error) if error.kind() == ErrorKind::Busy => Ok(0),
-            Err(error) => Err(error),
+            None => Ok(0),
         }
     }
 

@@ -28,7 +28,8 @@ pub struct MergeReport {
     pub bytes_written: u64,
     /// How many bytes the repository becomes smaller by: at once, or when what was replaced is gone.
     pub bytes_freed: u64,
-    /// Whether what was replaced is still there: its points are being read, and the next merge removes it.
+    /// Whether what was replaced is still there, and the next merge removes it: its points are being read, or, as a warning
+    /// says then, it could not be removed.
     pub waiting: bool,
     /// What the admin should know.
     pub warnings: Vec<Warning>,

@@ -15,8 +15,9 @@ use super::reader::{Caches, PointReader, Proved, Run};
 
 use crate::base::cancel::Cancel;
 use crate::base::error::{Error, ErrorKind, Result};
-use crate::base::observer::Silent;
+use crate::base::observer::{Event, Observer, Silent};
 use crate::base::shelf::Shelf;
+use crate::base::warning::Code;
 use crate::disk::io::ReadAt;
 use crate::formats::archive::GROUP_BLOCKS;
 use crate::vault::repository::storage::Wait;
@@ -55,13 +56,40 @@ pub struct OpenPoints {
     /// The archives that they have open.
     archives: Shared,
     openings: Turns,
-    holds: Mutex<Holds>,
+    holds: Mutex<HashMap<DomainName, Arc<Promise>>>,
+    /// No promise is made any more.
+    closed: Cancel,
     /// Archives whose damage is noted already.
     noted: Mutex<HashSet<PathBuf>>,
 }
 
-/// The promises that are in force, by guest.
-type Holds = HashMap<DomainName, Weak<Hold>>;
+/// The promise that the archives of a guest stay. Who waits for one guest's is in nobody's way who reads another.
+#[derive(Default)]
+struct Promise {
+    /// The one that is in force. Whoever asks for one has this, and others of the guest wait for the result.
+    hold: Mutex<Weak<Hold>>,
+    /// Why it is waited for.
+    why: Mutex<Option<String>>,
+}
+
+/// Notes why a promise is waited for, and tells whoever is told.
+struct Waiting<'a> {
+    promise: &'a Promise,
+    observer: &'a dyn Observer,
+}
+
+impl Observer for Waiting<'_> {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Warning(warning) if warning.code == Code::LeftLock => {
+                *locked(&self.promise.why) = Some(warning.text.clone());
+            }
+            Event::End => *locked(&self.promise.why) = None,
+            _ => {}
+        }
+        self.observer.event(event);
+    }
+}
 
 /// Which point of which disk.
 type Key = (DiskId, PointId);
@@ -111,6 +139,8 @@ pub struct OpenPoint {
     /// What a reader of the point weighs.
     weight: u64,
     hold: Mutex<Arc<Hold>>,
+    /// Whoever opens the reader anew has this.
+    renewing: Mutex<()>,
     /// A read has failed since the promise was made: what lies there now may be another folder.
     in_doubt: AtomicBool,
 }
@@ -138,8 +168,30 @@ impl OpenPoints {
         let (caches, readers) = (Arc::default(), Shelf::new(1, room));
         let openings = Turns { free: Mutex::new(OPENINGS), over: Condvar::new() };
         let (archives, holds, noted) = (Shared::default(), Mutex::default(), Mutex::default());
-        let cancel = cancel.clone();
-        Arc::new(Self { repository, cancel, caches, readers, archives, openings, holds, noted })
+        let (cancel, closed) = (cancel.clone(), Cancel::default());
+        Arc::new(Self {
+            repository,
+            cancel,
+            caches,
+            readers,
+            archives,
+            openings,
+            holds,
+            closed,
+            noted,
+        })
+    }
+
+    /// From now on no lock is taken any more, and none is waited for: who would need one gets an error.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Why points of a guest can't be opened just now; nothing if no lock is waited for.
+    pub fn waits_for(&self, domain: &DomainName) -> Option<String> {
+        let promise = locked(&self.holds).get(domain).map(Arc::clone)?;
+        let why = locked(&promise.why);
+        why.clone()
     }
 
     /// The repository.
@@ -169,12 +221,15 @@ impl OpenPoints {
         selector: &Selector,
         wait: Wait<'_>,
     ) -> Result<OpenPoint> {
+        // Before the catalog is read: what it names then stays. And before its turn, which others may need meanwhile.
+        let hold = self.hold(&disk.domain, false, wait)?;
         let _turn = self.openings.wait();
-        // Before the catalog is read: what it names then stays.
-        let hold = self.hold(&disk.domain, wait)?;
+        let go_on = || wait.check().and_then(|()| self.closed.check());
+        go_on()?;
         let catalog = self.repository.catalog();
         let point = catalog.resolve(disk, selector)?;
         let chain = catalog.chain_of(&point)?;
+        go_on()?;
         let (size, block) = (point.record.virtual_size, u64::from(point.record.block_size).max(1));
         let pieces = (size / block).div_ceil(1 << 16);
         let weight = READER_LEN
@@ -183,7 +238,8 @@ impl OpenPoints {
         let name = PathBuf::from(format!("{}@{}", point.disk, point.id));
         let points = Arc::clone(self);
         let (hold, in_doubt) = (Mutex::new(hold), AtomicBool::new(false));
-        let open = OpenPoint { points, point, name, weight, hold, in_doubt };
+        let renewing = Mutex::default();
+        let open = OpenPoint { points, point, name, weight, hold, renewing, in_doubt };
         let opened = open.points.readers.get(open.key(), open.weight, || open.read_by(&catalog));
         opened.inspect_err(|error| open.points.note(error))?;
         Ok(open)
@@ -198,25 +254,31 @@ impl OpenPoints {
         }
     }
 
-    /// The promise that the archives of a guest stay, which everybody shares who has a point of it open.
-    fn hold(&self, domain: &DomainName, wait: Wait<'_>) -> Result<Arc<Hold>> {
-        let mut holds = locked(&self.holds);
-        if let Some(hold) = holds.get(domain).and_then(Weak::upgrade) {
+    /// The promise that the archives of a guest stay, which everybody shares who has a point of it open; another one if
+    /// the old one is in doubt.
+    fn hold(&self, domain: &DomainName, anew: bool, wait: Wait<'_>) -> Result<Arc<Hold>> {
+        let promise = {
+            let mut holds = locked(&self.holds);
+            // Those that nobody has, and nobody asks for.
+            holds.retain(|_, promise| Arc::strong_count(promise) > 1 || promise.is_in_force());
+            Arc::clone(holds.entry(domain.clone()).or_default())
+        };
+        let mut held = locked(&promise.hold);
+        if let Some(hold) = held.upgrade().filter(|_| !anew) {
             return Ok(hold);
         }
-        self.hold_anew(domain, &mut holds, wait)
-    }
-
-    fn hold_anew(
-        &self,
-        domain: &DomainName,
-        holds: &mut Holds,
-        wait: Wait<'_>,
-    ) -> Result<Arc<Hold>> {
-        let hold = Arc::new(self.repository.hold(domain, wait)?);
-        holds.retain(|_, hold| hold.strong_count() > 0);
-        holds.insert(domain.clone(), Arc::downgrade(&hold));
+        let waiting = Waiting { promise: &promise, observer: wait.observer() };
+        let hold = self.repository.hold(domain, wait.within(&self.closed, &waiting))?;
+        let hold = Arc::new(hold);
+        *held = Arc::downgrade(&hold);
         Ok(hold)
+    }
+}
+
+impl Promise {
+    /// Whether somebody has it.
+    fn is_in_force(&self) -> bool {
+        locked(&self.hold).strong_count() > 0
     }
 }
 
@@ -310,19 +372,22 @@ impl OpenPoint {
         if let Some(opened) = points.readers.find(&key) {
             return Ok(opened);
         }
-        let _turn = points.openings.wait();
-        let opened = points.readers.get(key, self.weight, || {
-            let domain = &self.point.disk.domain;
-            let wait = Wait::by(&Silent, &points.cancel);
-            // Before the catalog is read. The old promise stands until the new one is of use.
-            let hold = match self.in_doubt.load(Ordering::Relaxed) {
-                true => {
-                    points.archives.clear();
-                    points.hold_anew(domain, &mut locked(&points.holds), wait)?
-                }
-                false => points.hold(domain, wait)?,
-            };
-            let opened = self.read_by(&points.repository.catalog())?;
+        // Whoever waits for a lock takes no turn of those who read other guests.
+        let _renewing = locked(&self.renewing);
+        if let Some(opened) = points.readers.find(&key) {
+            return Ok(opened);
+        }
+        let wait = Wait::by(&Silent, &points.cancel);
+        let in_doubt = self.in_doubt.load(Ordering::Relaxed);
+        // Before the catalog is read. The old promise stands until the new one is of use.
+        let opened = points.hold(&self.point.disk.domain, in_doubt, wait).and_then(|hold| {
+            let _turn = points.openings.wait();
+            if in_doubt {
+                points.archives.clear();
+            }
+            let opened = points
+                .readers
+                .get(key, self.weight, || self.read_by(&points.repository.catalog()))?;
             *locked(&self.hold) = hold;
             self.in_doubt.store(false, Ordering::Relaxed);
             Ok(opened)

@@ -200,6 +200,12 @@ impl Catalog {
             Some(strangers) => error.because(strangers),
             None => error,
         };
+        // Its folder is there: a lock was taken in it, or all that it held is gone.
+        if known.iter().any(|other| other == name) {
+            return error.advise(
+                "its folder is there, and no disk in it; qdelta points lists what there is",
+            );
+        }
         error.advise(match nearest(name, &known) {
             Some(near) => format!("did you mean {near}? qdelta points lists what there is"),
             None => "qdelta points lists the guests and disks that are there".to_owned(),

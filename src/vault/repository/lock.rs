@@ -104,9 +104,12 @@ impl DomainLock {
     }
 }
 
-/// Holds the archives of a domain in their places.
+/// Holds the archives of a domain in their places. Whoever was asked to stop reads nothing any more, and holds nothing.
 pub(super) fn hold(storage: &dyn Storage, domain: &DomainName, wait: Wait<'_>) -> Result<Hold> {
-    match storage.lock(&domain.folder().join(KEEP), LockMode::Shared, wait)? {
+    wait.check()?;
+    let locked = storage.lock(&domain.folder().join(KEEP), LockMode::Shared, wait)?;
+    wait.check()?;
+    match locked {
         Locked::Held(lock) => Ok(Hold(lock)),
         Locked::Busy(holder) => {
             Err(busy(format!("points of {domain} are being removed by {holder}")))
@@ -114,12 +117,12 @@ pub(super) fn hold(storage: &dyn Storage, domain: &DomainName, wait: Wait<'_>) -
     }
 }
 
-/// Makes sure that nobody reads the archives of a domain, which the caller writes to alone.
-pub(super) fn clear(lock: &DomainLock, wait: Wait<'_>) -> Result<Clearance> {
+/// Makes sure that nobody reads the archives of a domain, which the caller writes to alone; nothing if somebody does.
+pub(super) fn clear(lock: &DomainLock, wait: Wait<'_>) -> Result<Option<Clearance>> {
     let domain = lock.domain();
     match lock.storage().lock(&domain.folder().join(KEEP), LockMode::Exclusive, wait)? {
-        Locked::Held(lock) => Ok(Clearance(lock)),
-        Locked::Busy(_) => Err(busy(format!("points of {domain} are being read"))),
+        Locked::Held(lock) => Ok(Some(Clearance(lock))),
+        Locked::Busy(_) => Ok(None),
     }
 }
 

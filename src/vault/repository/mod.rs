@@ -269,11 +269,11 @@ impl Repository {
         lock::hold(&*self.storage, domain, wait)
     }
 
-    /// Takes the right to remove archives of a domain, for as long as the clearance lives.
+    /// Takes the right to remove archives of a domain, for as long as the clearance lives; nothing if somebody reads them.
     ///
     /// # Errors
-    /// [`ErrorKind::Busy`] if somebody reads them.
-    pub fn clear(&self, lock: &DomainLock, wait: Wait<'_>) -> Result<Clearance> {
+    /// The lock can't be taken, or nobody can tell whether somebody reads.
+    pub fn clear(&self, lock: &DomainLock, wait: Wait<'_>) -> Result<Option<Clearance>> {
         lock::clear(lock, wait)
     }
 

@@ -246,7 +246,7 @@ mod tests {
                 Ok(())
             })
             .unwrap();
-        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap().unwrap();
         let removed = repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap();
         assert_eq!((removed.points, removed.archives, removed.bytes), (1, 1, 4));
         assert_eq!(ids(), [old[0], old[1], new[0], new[1]]);

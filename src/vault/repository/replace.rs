@@ -288,7 +288,7 @@ mod tests {
         // What is replaced is nobody's to remove but the merge's.
         repository.clean(&lock).unwrap();
         assert!(old.is_file() && catalog.strays(&id).unwrap().is_empty());
-        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap().unwrap();
         let removed = repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap();
         assert_eq!((removed.points, removed.archives), (0, 1));
         let (read, _) = repository.versioned(&id.domain, manifest.point).unwrap();
@@ -307,7 +307,7 @@ mod tests {
         let id = disk("vm/vda");
         let lock = repository.lock(&id.domain, Wait::UNHEARD).unwrap();
         repository.replace(&lock, version, &manifest).unwrap();
-        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap();
+        let clearance = repository.clear(&lock, Wait::UNHEARD).unwrap().unwrap();
         let refused = |expected: ErrorKind| {
             let error =
                 repository.remove_replaced(&lock, &clearance, &Cancel::default()).unwrap_err();

@@ -19,6 +19,8 @@ const STEPS_MAX: u64 = 1000;
 pub struct Wait<'a> {
     observer: &'a dyn Observer,
     cancel: Option<&'a Cancel>,
+    /// Ends the wait as well, and nothing else.
+    closed: Option<&'a Cancel>,
 }
 
 impl fmt::Debug for Wait<'_> {
@@ -29,11 +31,24 @@ impl fmt::Debug for Wait<'_> {
 
 impl<'a> Wait<'a> {
     /// Nobody is told, and nobody can end the wait.
-    pub const UNHEARD: Wait<'static> = Wait { observer: &Silent, cancel: None };
+    pub const UNHEARD: Wait<'static> = Wait { observer: &Silent, cancel: None, closed: None };
 
     /// `observer` is told of a wait, and a request to stop ends it.
     pub fn by(observer: &'a dyn Observer, cancel: &'a Cancel) -> Self {
-        Self { observer, cancel: Some(cancel) }
+        Self { observer, cancel: Some(cancel), closed: None }
+    }
+
+    /// The same for what may be closed meanwhile, and with another observer.
+    pub(crate) fn within<'b>(self, closed: &'b Cancel, observer: &'b dyn Observer) -> Wait<'b>
+    where
+        'a: 'b,
+    {
+        Wait { observer, cancel: self.cancel, closed: Some(closed) }
+    }
+
+    /// Who is told.
+    pub(crate) fn observer(self) -> &'a dyn Observer {
+        self.observer
     }
 
     /// What ends the wait, and all other waiting for the storage.
@@ -49,8 +64,9 @@ impl<'a> Wait<'a> {
         Watch { wait: self, begun: Instant::now(), span, steps, shown: 0 }
     }
 
-    fn check(self) -> Result<()> {
-        self.cancel.map_or(Ok(()), Cancel::check)
+    /// Fails if somebody has asked to stop.
+    pub(crate) fn check(self) -> Result<()> {
+        [self.cancel, self.closed].into_iter().flatten().try_for_each(Cancel::check)
     }
 }
 
