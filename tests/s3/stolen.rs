@@ -390,3 +390,24 @@ fn a_lock_that_cannot_be_looked_at_is_doubted_and_not_lost() {
     guest.direct().verify();
     guest.assert_has(&guest.points);
 }
+
+/// One answer about the own lock whose bytes came cut was taken for the lock of somebody else.
+#[test]
+fn a_lock_whose_bytes_come_cut_is_not_lost() {
+    let mut guest = Guest::new(&["full"]);
+    guest.change();
+    let mut is_cut = false;
+    guest.proxy.judge(move |_, seen| {
+        let is_look = seen.method == "GET" && seen.target.ends_with("/vm/.lock");
+        match is_look && !std::mem::replace(&mut is_cut, is_look) {
+            true => Fate::Shortened,
+            false => Fate::Pass,
+        }
+    });
+    let point = point_of(&guest.repo.backup(&guest.image, "vm/disk", &["--format", "raw"]));
+    assert!(
+        guest.proxy.seen().iter().any(|it| it.target.ends_with("/vm/.lock") && it.method == "GET")
+    );
+    guest.keep(point);
+    guest.assert_has(&guest.points);
+}

@@ -29,6 +29,9 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 const SILENCE: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(120);
 /// Of a request for a lock no longer than for this part of its lease, which runs out meanwhile, but a while.
 const LOCK_SILENCE: (u32, Duration) = (4, Duration::from_secs(2));
+/// Of a request that only reads no longer than this: a request to stop is heard when it is over, and services are killed after
+/// a minute and a half.
+const READ_SILENCE: Duration = Duration::from_secs(60);
 /// How long a name is looked for that leads to no store: mostly it was mistyped.
 const UNKNOWN_TIME_MAX: Duration = Duration::from_secs(10);
 /// The first pause after a failure is no longer than this, each later one than twice the one before.
@@ -406,6 +409,9 @@ impl Client {
                 .timeout_connect(Some(most.min(CONNECT_TIME_MAX)))
                 .timeout_per_read(Some(most))
                 .timeout_per_write(Some(most));
+        }
+        if !ask.is_of_lock && matches!(ask.method, "GET" | "HEAD") {
+            config = config.timeout_per_read(Some(silence(&self.address).min(READ_SILENCE)));
         }
         if afresh {
             config = config.max_idle_age(Duration::ZERO);

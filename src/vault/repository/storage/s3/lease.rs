@@ -204,12 +204,18 @@ impl Lease {
             state.holder.clone()
         };
         let asked = Instant::now();
+        // What is as it was written is ours, whatever came of its bytes on the way.
+        let is_ours =
+            |found: &Found| found.is_of(&holder) || found.etag == self.state().written.etag;
         let found = match look(client, &self.key) {
+            Ok(Some(found)) if found.holder.is_none() && !is_ours(&found) => {
+                look(client, &self.key)
+            }
             Ok(None) => look(client, &self.key),
             found => found,
         };
         let found = found.map_err(|it| it.into_error("look at the lock", &self.shown))?;
-        if !found.is_some_and(|found| found.is_of(&holder)) {
+        if !found.as_ref().is_some_and(is_ours) {
             self.is_lost.store(true, Ordering::SeqCst);
             return Err(self.lost());
         }
