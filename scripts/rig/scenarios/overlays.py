@@ -85,7 +85,7 @@ def _overlay_kills(rig, guest, command, chain):
         found += is_away(guest)
         if process.returncode == 0 and is_away(guest):
             raise Failure(f"a backup that went well left the guest on an overlay:\n{said}")
-        _live_again(rig, guest, rng)
+        lost += _live_again(rig, guest, rng)
         point = None
         while not point:
             try:
@@ -294,14 +294,23 @@ def command_under(parent):
 
 
 def _live_again(rig, guest, rng):
-    """libvirtd and the guest run again, whatever was killed; the guest maybe from what an overlay holds."""
+    """libvirtd and the guest run again, whatever was killed; the guest maybe from what an overlay holds. Whether libvirt
+    had lost a QEMU."""
     rig.libvirt.start()
     wait_for(f"libvirtd to know {guest.name}", lambda: guest.state() in ("running", "shut off"),
              PATIENCE_SECONDS, pause=0.1)
     if guest.state() == "running":
-        return
+        return False
     if rng.random() < 0.5:
         # The next backup finds it stopped.
-        return
-    guest.start()
+        return False
+    try:
+        guest.start()
+    except Failure as failure:
+        # libvirt has lost a QEMU that runs on: who looks why it can't be started ends it, and starts nothing yet.
+        if 'Failed to get shared "write" lock' not in str(failure):
+            raise
+        guest.kill_lost_qemu()
+        return True
+    return False
 
