@@ -148,6 +148,10 @@ impl Arrival<'_> {
                 return Err(Error::new(ErrorKind::Usage, text));
             }
         }
+        // Files of its machine may have lain there already, unnamed.
+        for file in manifest.machine.iter().flat_map(|machine| &machine.files) {
+            repository.name_again(self.lock.domain(), file.digest)?;
+        }
         let bytes = manifest.encode()?;
         let failed = |error| Error::io("write", &repository.describe(&self.name), error);
         self.staged.write_all(&bytes).map_err(failed)?;
