@@ -106,7 +106,7 @@ fn a_right_is_missing() {
         run(as_root("chmod", args![format!("{mode:o}"), path])).ok();
     };
     let program = lab.path("qdelta");
-    std::fs::copy(binary(), &program).unwrap();
+    run(tool("install", args!["-m", "755", binary(), program.as_path()])).ok();
     std::fs::set_permissions(lab.dir(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let image = filled(&lab, "disk.qcow2", "", 2 * MIB, 3);
     let expected = lab.path("expected.raw");

@@ -88,3 +88,15 @@ fn tests_unmount_in_one_place() {
         "who ends a mount calls harness::files::unmount, which waits until nobody has it open";
     assert!(hits.is_empty(), "{why}:\n{}", hits.join("\n"));
 }
+
+/// What this process has open to be written is for a moment open in every program that another test is just starting, and
+/// can't be run by then.
+#[test]
+fn programs_of_tests_are_written_by_another_process() {
+    only_in(
+        &["tests"],
+        &["tests/tidy/"],
+        &["fs::copy(binary", "fs::copy(run::binary"],
+        "a program is made by harness::run::script, or copied by install",
+    );
+}
