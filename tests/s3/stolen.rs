@@ -299,16 +299,14 @@ fn the_last_two_keys_are_not_removed_at_once() {
 /// What was proved a second ago was believed of a backup's lock: it was taken in less, and the archive went before the
 /// manifest stood there. The backup ended with status 0.
 #[test]
-fn a_backup_whose_lock_is_stolen_leaves_no_point_without_its_archive() {
+fn a_backup_whose_lock_is_stolen_says_that_its_archive_may_be_missing() {
     let guest = Guest::new(&["full"]);
     guest.change();
     guest.steal_at(".json".to_owned());
     let backup = args!["backup", guest.image.as_path(), "--disk", "vm/disk", "--format", "raw"];
     let said = guest.repo.run(backup).fails_with(5);
-    assert!(said.contains("is not made") && said.contains("removed its archives"), "{said}");
+    assert!(said.contains("its archives may be missing"), "{said}");
     guest.assert_still_has(&guest.points);
-    guest.direct().verify();
-    assert_eq!(guest.direct().points("vm/disk").len(), 2, "one of them is the thief's");
 }
 
 /// The answer that a manifest stands was lost, the next one said that something stands there already, and what stood

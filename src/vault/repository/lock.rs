@@ -73,29 +73,26 @@ impl DomainLock {
         self.lock.prove(Duration::ZERO)
     }
 
-    /// As [`Self::prove`], where nothing goes. In so short a time nobody takes a lock, lists a guest and cleans it up; a
-    /// night in which nothing has changed is over sooner, and asks the store nothing more.
+    /// As [`Self::prove`], where nothing goes and it is proved once more afterwards: what was proved a moment ago is not
+    /// asked for again, so that a short night asks the store nothing more.
     pub(super) fn prove_lately(&self) -> Result<()> {
         self.lock.prove(LATELY)
     }
 
     /// Fails if somebody else has had the lock until the manifest of a point stood there: then its archives may be gone.
     pub(super) fn prove_made(&self, point: PointId) -> Result<()> {
-        self.prove().map_err(|error| self.unproved(point, error))
-    }
-
-    /// What is said of a point that was made, where it was not proved that nobody else has had the lock.
-    pub(super) fn unproved(&self, point: PointId, error: Error) -> Error {
-        let domain = &self.domain;
-        let text = match error.kind() {
-            ErrorKind::Busy => format!(
-                "point {point} of {domain} was made while somebody else wrote there: its archives may be missing"
-            ),
-            _ => format!(
-                "point {point} of {domain} is made, and nobody can tell whether somebody else wrote there meanwhile"
-            ),
-        };
-        error.within(text).advise("see what is there with qdelta verify, and do it again")
+        self.prove().map_err(|error| {
+            let domain = &self.domain;
+            let text = match error.kind() {
+                ErrorKind::Busy => format!(
+                    "point {point} of {domain} was made while somebody else wrote there: its archives may be missing"
+                ),
+                _ => format!(
+                    "point {point} of {domain} is made, and nobody can tell whether somebody else wrote there meanwhile"
+                ),
+            };
+            error.within(text).advise("see what is there with qdelta verify, and do it again")
+        })
     }
 
     /// Where the files of the repository are.

@@ -232,13 +232,13 @@ impl<'lock> Pending<'lock> {
             }
         }
 
-        // That nobody else has had the lock is proved afterwards: before it would say nothing of this very moment.
+        // Of a point whose archives somebody has removed no manifest is to be made, as far as that is known by now.
+        lock.prove_lately()?;
         let published = staged.publish(Publish::New);
         if matches!(&published, Err(Unpublished { outcome: Outcome::Refused, .. })) {
             return published.map_err(|unpublished| unpublished.error);
         }
         // The point is there, or nobody can tell: what is too much, the next backup removes.
-        let names: Vec<Name> = named.iter().map(|litter| litter.name.clone()).collect();
         named.into_iter().for_each(Litter::release);
         published.map_err(|Unpublished { error, outcome }| match outcome {
             Outcome::Volatile => error.within(format!(
@@ -247,24 +247,9 @@ impl<'lock> Pending<'lock> {
             )),
             Outcome::Refused | Outcome::Unknown => error,
         })?;
-        let Err(error) = lock.prove() else { return Ok(()) };
-        // Of a point whose archives somebody has removed nothing is to be left.
-        if error.kind() == ErrorKind::Busy && names.iter().any(|name| is_gone(storage, name)) {
-            storage.remove_own(&name)?;
-            let (point, domain) = (manifest.point, &manifest.domain);
-            let text = format!(
-                "point {point} of {domain} is not made: somebody else wrote there, and removed its archives"
-            );
-            return Err(error.within(text).advise("do it again"));
-        }
-        Err(lock.unproved(manifest.point, error))
+        // Where it was not, the point stays: whoever has the lock may have replaced its manifest.
+        lock.prove_made(manifest.point)
     }
-}
-
-/// Whether a file that was there is gone, whatever a list says.
-fn is_gone(storage: &dyn Storage, name: &Name) -> bool {
-    let found = name.folder().map(|folder| storage.ask_for(&folder, &[name.last()]));
-    matches!(found, Some(Ok(found)) if found.iter().all(Option::is_none))
 }
 
 /// Fails unless the manifest names exactly these archives.
