@@ -321,7 +321,7 @@ fn a_machine_file_that_is_named_again_stays() {
         report["guests"][0]["data"]["machine_files"].as_u64().unwrap()
     };
     let date_back = || {
-        let hours = jiff::SignedDuration::from_hours(3);
+        let hours = jiff::SignedDuration::from_hours(25);
         let text = (jiff::Timestamp::now() - hours).to_string();
         ask("PUT", &mark, args!["--data-binary", text]).ok();
     };

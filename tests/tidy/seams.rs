@@ -100,3 +100,15 @@ fn programs_of_tests_are_written_by_another_process() {
         "a program is made by harness::run::script, or copied by install",
     );
 }
+
+/// A `404` to a HEAD has no words, and a balancer whose backend is gone gives the same: believed, it has made locks, points
+/// and archives that are there into such that are not.
+#[test]
+fn one_function_asks_whether_an_object_is_there() {
+    only_in(
+        &["src/vault/repository/storage/s3"],
+        &["src/vault/repository/storage/s3/mod.rs"],
+        &["Ask::new(\"HEAD\""],
+        "who asks whether an object is there calls Shared::head",
+    );
+}

@@ -1,12 +1,12 @@
 //! Files of machines that no manifest names, where lists may lag behind.
 //!
 //! A point that a list lacks may name such a file. So a prune marks it first, by an object beside it that says since when,
-//! by the storage's own clock; and it goes when it was marked for twice as long as a list lags. Whoever stores
-//! a file again that is marked, marks it anew.
+//! by the storage's own clock; and it goes when it was marked for a day. Whoever names a file again that is marked, marks
+//! it anew.
 //!
-//! So nothing goes that a point names. A point that a prune's list lacks was made since the list was true, less than one
-//! lag ago. Its backup has marked the file anew: then the mark is younger than that. Or it has seen none, as its own
-//! list was from before the mark: then the mark is younger than two lags.
+//! So nothing goes that a point names. A list lags by an hour at most. A point that a prune's list lacks was made since the
+//! list was true, in the last hour. Its backup has marked the file anew, or has seen no mark: then it had the guest's
+//! lock when the mark was an hour old at most. So the mark is no older than two hours and what the backup took.
 
 use std::collections::BTreeSet;
 
@@ -24,8 +24,8 @@ use crate::formats::archive::Digest;
 const ENDING: &str = ".unnamed";
 /// The longest mark, in bytes: a time.
 const MARK_MAX: u64 = 64;
-/// No list lags behind for so long.
-const LAG: SignedDuration = SignedDuration::from_hours(1);
+/// For so long a file has been marked that goes: no list lags, and hardly a backup takes as long.
+const MARKED: SignedDuration = SignedDuration::from_hours(24);
 
 impl Repository {
     /// Removes files of a domain's folder that no manifest in a list names, and gives how many there were. Where lists may
@@ -47,7 +47,7 @@ impl Repository {
                 let since = self.marked_since(folder, file)?.filter(|since| *since <= now);
                 match since.map(|since| now.duration_since(since)) {
                     None => self.mark_unnamed(folder, file, now)?,
-                    Some(age) if age >= LAG * 2 => going.push(file.clone()),
+                    Some(age) if age >= MARKED => going.push(file.clone()),
                     Some(_) => {}
                 }
             }

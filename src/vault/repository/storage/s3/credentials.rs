@@ -7,11 +7,13 @@ use std::fmt;
 use std::io::Read;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
+use serde_json::Deserializer;
 
 use super::profile::Profile;
 use super::sign::{self, Keys};
@@ -275,7 +277,7 @@ impl Source {
         };
         let headers = token.iter().map(|token| ("authorization", token.as_str()));
         let text = ask("GET", &url, &headers.collect::<Vec<_>>(), "")?;
-        told(&text, &url).map(Some)
+        told(serde_json::from_str(&text), &url).map(Some)
     }
 
     /// The role of a virtual machine in a cloud.
@@ -306,7 +308,7 @@ impl Source {
             .map_err(|error| none(format!("this machine has no role ({})", error.chain())))?;
         let role = role.lines().next().unwrap_or_default().trim().to_owned();
         let url = format!("{roles}{role}");
-        told(&ask("GET", &url, &token, "")?, &url)
+        told(serde_json::from_str(&ask("GET", &url, &token, "")?), &url)
     }
 
     /// The role that a token of another service stands for.
@@ -355,42 +357,47 @@ impl Source {
             .stderr(Stdio::inherit())
             .spawn();
         let mut child = spawned.map_err(|error| failed(error.to_string()))?;
-        let stdout = child.stdout.take();
-        let reader = std::thread::spawn(move || {
-            let mut text = String::new();
-            let read = stdout.map(|out| out.take(LEN_MAX).read_to_string(&mut text));
-            read.is_some_and(|it| it.is_ok()).then_some(text)
+        // The answer ends with itself: what the command leaves behind may hold its output open.
+        let (stdout, (answer, answered)) = (child.stdout.take(), mpsc::sync_channel(1));
+        std::thread::spawn(move || {
+            let out = stdout.map(|out| Deserializer::from_reader(out.take(LEN_MAX)).into_iter());
+            let _ = answer.send(out.and_then(|mut values| values.next()));
         });
-        let begin = Instant::now();
-        let status = loop {
-            match child.try_wait().map_err(|error| failed(error.to_string()))? {
-                Some(status) => break status,
-                None if begin.elapsed() > COMMAND_TIME_MAX => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(failed(format!("it did not end within {COMMAND_TIME_MAX:?}")));
-                }
-                None if self.is_given_up(begin.elapsed()) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    let error = Error::new(ErrorKind::Interrupted, "stopped on request");
-                    return Err(
-                        error.within(format!("the credential_process {command:?} was ended"))
-                    );
-                }
-                None => std::thread::sleep(Duration::from_millis(10)),
+        let (begin, mut status) = (Instant::now(), None);
+        loop {
+            if status.is_none() {
+                status = child.try_wait().map_err(|error| failed(error.to_string()))?;
             }
-        };
-        if !status.success() {
-            return Err(failed(status.to_string()));
+            match status {
+                Some(status) if !status.success() => return Err(failed(status.to_string())),
+                Some(_) => match answered.try_recv() {
+                    Ok(Some(answer)) => return told(answer, program),
+                    Ok(None) | Err(TryRecvError::Disconnected) => {
+                        return Err(failed("it told nothing".to_owned()));
+                    }
+                    Err(TryRecvError::Empty) => {}
+                },
+                None => {}
+            }
+            let is_given_up = self.is_given_up(begin.elapsed());
+            if is_given_up || begin.elapsed() > COMMAND_TIME_MAX {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            if is_given_up {
+                let error = Error::new(ErrorKind::Interrupted, "stopped on request");
+                return Err(error.within(format!("the credential_process {command:?} was ended")));
+            }
+            if begin.elapsed() > COMMAND_TIME_MAX {
+                return Err(failed(format!("it did not end within {COMMAND_TIME_MAX:?}")));
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        let text = reader.join().ok().flatten();
-        told(&text.ok_or_else(|| failed("its answer is no text".to_owned()))?, program)
     }
 }
 
-fn told(text: &str, who: &str) -> Result<Known> {
-    let told: Told = serde_json::from_str(text).map_err(|error| {
+fn told(answer: serde_json::Result<Told>, who: &str) -> Result<Known> {
+    let told = answer.map_err(|error| {
         // The answer may hold a secret: no part of it is shown.
         let text = format!("{who} told no credentials");
         Error::new(ErrorKind::Io, text).because(format!("line {}: not as agreed", error.line()))
@@ -496,6 +503,19 @@ mod tests {
         drop(credentials.0.answered.wait_while(asked, |asked| asked.is_asking).unwrap());
         assert_eq!(credentials.keys().unwrap().id, "new");
         assert_eq!(calls(dir.path()), 2);
+    }
+
+    /// What a command left behind, as an agent, held its output open: its answer was waited for as long as that lived, and no
+    /// request to stop was heard.
+    #[test]
+    fn an_answer_ends_where_it_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = told_slowly(dir.path(), "2001-01-01T00:00:00Z");
+        let script = dir.path().join("script");
+        let agent = "while [ -e script ]; do sleep 0.1; done &\n";
+        let text = std::fs::read_to_string(&script).unwrap();
+        std::fs::write(&script, text.replacen("echo x", &format!("{agent}echo x"), 1)).unwrap();
+        assert_eq!(credentials.keys().unwrap().id, "old");
     }
 
     /// A command that hung was waited for by each request, and no request to stop was heard.

@@ -341,15 +341,22 @@ impl Shared {
         around.map(|(_, listing)| change(listing)).is_some()
     }
 
-    /// What the store says of an object.
-    fn head(&self, key: &str) -> Result<Answer, Failure> {
-        let head = Ask::new("HEAD", key);
-        match self.client.send(&head) {
+    /// What the store says of a version of an object, of the newest one if none is named.
+    fn head(&self, key: &str, version: Option<&str>) -> Result<Answer, Failure> {
+        let ask = |method| {
+            let ask = Ask::new(method, key);
+            match version {
+                Some(version) => ask.query("versionId", version),
+                None => ask,
+            }
+        };
+        let first_byte = ask("GET").header("range", "bytes=0-0").at_most(DELETE_ANSWER_MAX);
+        match self.client.send(&ask("HEAD")) {
             // Such an answer has no words: a balancer whose backend is gone gives the same one. Of an answer with words it
             // is known that the store gives it.
-            Err(failure) if failure.is_missing() => match self.client.send(&first_byte(key)) {
+            Err(failure) if failure.is_missing() => match self.client.send(&first_byte) {
                 Err(failure) if failure.is_missing() => Err(failure),
-                _ => self.client.send(&head),
+                _ => self.client.send(&ask("HEAD")),
             },
             answer => answer,
         }
@@ -357,7 +364,7 @@ impl Shared {
 
     /// An object, if there is one.
     fn look(&self, key: &str) -> Result<Option<Seen>> {
-        let answer = match self.head(key) {
+        let answer = match self.head(key, None) {
             Err(failure) if failure.is_missing() => return Ok(None),
             answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
         };
@@ -422,11 +429,6 @@ impl Shared {
         let folder = name.folder().unwrap_or_else(Name::top);
         format!("{}{}", self.prefix(&folder), staged_name(name.last()))
     }
-}
-
-/// Asks for the first byte of an object.
-fn first_byte(key: &str) -> Ask<'_> {
-    Ask::new("GET", key).header("range", "bytes=0-0").at_most(DELETE_ANSWER_MAX)
 }
 
 /// What has a name: a store lets a file and a folder have the same one, and neither hides the other.

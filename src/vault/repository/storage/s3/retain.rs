@@ -90,11 +90,7 @@ impl Shared {
     /// The lock of a version of an object, of the newest one if none is named; none if there is no such version,
     /// nothing in it if it has no lock.
     fn held(&self, key: &str, version: Option<&str>) -> Result<Option<Option<Held>>> {
-        let mut ask = Ask::new("HEAD", key);
-        if let Some(version) = version {
-            ask = ask.query("versionId", version);
-        }
-        let answer = match self.client.send(&ask) {
+        let answer = match self.head(key, version) {
             Err(failure) if failure.is_missing() => return Ok(None),
             answer => answer.map_err(|it| it.into_error("look at", &self.shown(key)))?,
         };

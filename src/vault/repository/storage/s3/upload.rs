@@ -235,7 +235,7 @@ impl Upload {
         let (is_unknown, is_conflict) = (failure.is_unknown(), failure.is_conflict());
         let mut outcome = Outcome::Refused;
         if is_unknown || is_conflict {
-            outcome = match self.shared.head(&self.key) {
+            outcome = match self.shared.head(&self.key, None) {
                 Ok(answer) if answer.header(header) == Some(mark) => {
                     return Ok(answer.etag().unwrap_or_default());
                 }

@@ -177,7 +177,9 @@ pub(super) fn upload_id(bytes: &[u8]) -> Result<String, String> {
 /// The ETag of an object whose upload was completed. A store may notice only after it has begun to
 /// answer that it can't: then the answer of a success holds an error.
 pub(super) fn completed(bytes: &[u8]) -> Result<String, String> {
-    with_root(bytes, "CompleteMultipartUploadResult", |root| need(root, "ETag"))
+    with_root(bytes, "CompleteMultipartUploadResult", |root| {
+        need(root, "ETag").map(|it| strong_etag(&it))
+    })
 }
 
 /// The keys that `DeleteObjects` did not delete, and why.
