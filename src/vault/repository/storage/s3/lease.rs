@@ -542,7 +542,8 @@ fn who_shares(
     };
     // What was listed before the lock was written may have changed since.
     let keys = match is_first {
-        true => shared.known(&prefix, shares)?.unwrap_or_default(),
+        // Whoever locks a folder alone looks for what was left in it next.
+        true => shared.learned(&prefix, true, shares)?.unwrap_or_default(),
         false => shares(&listing::objects(&shared.client, &prefix, true)?),
     };
     let failed =
