@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from xml.sax.saxutils import quoteattr as escaped
 
 from .libvirt import virsh
-from .run import PATIENCE_SECONDS, Failure, run, wait_for
+from .run import PATIENCE_SECONDS, Failure, output, run, wait_for
 
 DOMAIN = """<domain type='qemu'>
   <name>{name}</name>
@@ -184,8 +184,8 @@ class Guest:
 
     def kill_lost_qemu(self):
         """Ends a QEMU that libvirt takes for gone: what an admin does who is told of it."""
-        with open(f"/run/libvirt/qemu/{self.name}.pid", encoding="utf-8") as file:
-            pid = int(file.read())
+        # Its file of the id goes with a start that fails.
+        pid = int(output("pgrep", "-f", f"guest={self.name},").split()[0])
         os.kill(pid, signal.SIGKILL)
         wait_for(f"the QEMU of {self.name} to be gone", lambda: not os.path.exists(f"/proc/{pid}"),
                  PATIENCE_SECONDS, pause=0.1)
